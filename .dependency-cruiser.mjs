@@ -21,7 +21,7 @@ const kLayers = {
   data: ['text', 'io', 'ignored_target', 'options', 'errors'],
   models: ['nn', 'io', 'graph_cache', 'ops', 'tensor', 'options', 'errors'],
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
-  losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
+  losses: ['data', 'ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'options', 'errors'],
   // Text generation: the state of the sequences that a model decodes, and what chooses their tokens.
   generate: [

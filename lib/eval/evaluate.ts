@@ -5,15 +5,17 @@
 import { orReason, withAbort } from '../abort.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
+import { selectRows } from '../data/select_rows.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
-import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
-import { selectRows } from '../losses/positions.ts';
+import { EffectiveRank } from '../losses/effective_rank.ts';
+import { HeadGram } from '../losses/head_loss.ts';
 import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
 import { hiddenInParts } from '../models/parts.ts';
 import { kHeadTermCount } from '../ops/head_terms.ts';
+import { headRows } from '../ops/losses.ts';
 import { withMethods } from '../options/call.ts';
-import { computeOwned, type Tensor, tensor } from '../tensor.ts';
+import { computeOwned, noGrad, type Tensor, tensor } from '../tensor.ts';
 import {
   checkEvaluation,
   type EvaluateOptions,
@@ -150,13 +152,17 @@ async function measureBatch(
       const rows = computeOwned(() =>
         withAbort(signal, () => {
           const { weight, softcap } = tuned.model.head;
-          const { targets } = predictingRows(batch);
-          const wanted = Int32Array.from(supervised, (row) => targets[row] as number);
+          const ids = predictingRows(batch).targets;
+          const wanted = Int32Array.from(supervised, (row) => ids[row] as number);
           const teacherWeight =
             teacher === null ? null : tuned.withTeacher(({ head }) => head.weight);
-          const head = { weight, softcap, teacherWeight, chunkBytes };
-          const { device } = tuned.model;
-          return evaluationRows(hidden, teacher, tensor(wanted, { device }), head);
+          const targets = tensor(wanted, { device: tuned.model.device });
+          return noGrad(() =>
+            headRows({
+              ...{ hidden, teacher, targets, softcap, chunkBytes },
+              ...{ head: weight, teacherHead: teacherWeight },
+            }),
+          );
         }),
       );
       return { rows, hidden };

@@ -1,4 +1,4 @@
-/** Ranks of a matrix by its singular values; the effective rank is among the losses (lib/losses/fused.ts). */
+/** Ranks of a matrix by its singular values; the effective rank is among the losses (lib/losses/effective_rank.ts). */
 
 /** The stable rank sum s^2 / s_max^2 of singular values s; 0 for a zero matrix. */
 export function stableRankOf(singularValues: ArrayLike<number>): number {

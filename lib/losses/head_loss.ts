@@ -6,6 +6,12 @@
  *
  * Terms with a fused form never read logits. The others are computed from the logits of their rows in plain tensor ops.
  */
+import {
+  type Positions,
+  type RowsOfBatch,
+  type SelectedRows,
+  selectRows,
+} from '../data/select_rows.ts';
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
 import { kHeadTerm } from '../ops/head_terms.ts';
@@ -19,25 +25,24 @@ import {
   type TeacherSummary,
   teacherSummary,
 } from '../ops/index.ts';
-import { type CallTable, checkCall, kCall, oneOf, wholeNumber } from '../options/call.ts';
-import { noGrad, scope, Tensor, tensor } from '../tensor.ts';
-import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram, svdLossBytes } from './fused.ts';
-import { checkTemperature } from './plain.ts';
-import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
-import type { StepOfRun } from './schedules.ts';
+import { gram } from '../ops/linalg.ts';
+import { svdRatio, svdRatioGram } from '../ops/losses.ts';
+import { type CallTable, checkCall, checkKeys, oneOf, wholeNumber } from '../options/call.ts';
+import { DTYPE_BYTES, noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
 import {
-  bind,
+  type ComputedLoss,
   type FusedForm,
+  type Head,
+  kTask,
+  perRow,
+  type StepOfRun,
   type Term,
   TermContext,
-  type TermDefinition,
+  type TermCounts,
   type TermRows,
+  type TermValue,
   termValue,
 } from './term.ts';
-import { type ComputedLoss, kTask, perRow, type TermCounts, type TermValue } from './term_sums.ts';
-import { consistency } from './terms/consistency.ts';
-import { diversity } from './terms/diversity.ts';
-import { svd } from './terms/svd.ts';
 
 export type { SelectedRows, TeacherSummary };
 
@@ -47,12 +52,13 @@ export type TermWeights = Readonly<Record<string, number>>;
 /** Options of {@link HeadLoss}. */
 export interface HeadLossOptions {
   /** Rows of the regularizers. Default supervised. */
-  readonly positions?: Positions;
+  readonly positions?: Positions | undefined;
   /** Limit, in bytes, on the logits that are computed at one time; 0 for the default of the device. */
-  readonly chunkBytes?: number;
+  readonly chunkBytes?: number | undefined;
 }
 
-const kTable: CallTable<HeadLossOptions> = {
+/** The kinds of these options. */
+export const HEAD_LOSS_TABLE: CallTable<HeadLossOptions> = {
   positions: oneOf(['supervised', 'non_padding', 'label_aligned'] satisfies Positions[]),
   chunkBytes: wholeNumber({ least: 0 }),
 };
@@ -141,7 +147,7 @@ export class HeadLoss {
     readonly terms: readonly Term[],
     options: HeadLossOptions = {},
   ) {
-    checkCall('HeadLoss', options, kTable);
+    checkCall('HeadLoss', options, HEAD_LOSS_TABLE);
     const { positions = 'supervised', chunkBytes = 0 } = options;
     this.positions = positions;
     this.chunkBytes = chunkBytes;
@@ -462,54 +468,6 @@ class RowsOfTerms {
   }
 }
 
-/** Options of {@link BaLoraLoss}. */
-export interface BaLoraOptions extends HeadLossOptions {
-  /** Regularizers that are on or off; a term that is off is neither computed nor reported. Default: all on. */
-  readonly terms?: {
-    readonly consistency?: boolean;
-    readonly diversity?: boolean;
-    readonly svd?: boolean;
-  };
-  /** T of the consistency term. Default 2. */
-  readonly temperature?: number;
-  /** K of the entropy, 0: whole vocabulary. Default 20. */
-  readonly entropyTopK?: number;
-  /** k of the singular values. Default 10. */
-  readonly svdTopK?: number;
-  readonly svdNorm?: 'frobenius' | 'nuclear';
-}
-
-const kBaLoraTable: CallTable<BaLoraOptions> = {
-  ...kTable,
-  terms: kCall.object,
-  ...{ temperature: kCall.any, entropyTopK: kCall.any, svdTopK: kCall.any, svdNorm: kCall.any },
-};
-
-/** BA-LoRA's loss (arXiv 2408.04556), task + l1 CR + l2 DR + l3 SVDR; each call is given the weights. */
-export class BaLoraLoss extends HeadLoss {
-  constructor(head: Head, options: BaLoraOptions = {}) {
-    checkCall('BaLoraLoss', options, kBaLoraTable);
-    const { terms = {}, positions, chunkBytes, ...given } = options;
-    if (given.temperature !== undefined) checkTemperature('BaLoraLoss', given.temperature);
-    if (!((given.entropyTopK ?? 0) >= 0)) {
-      throw new ArgumentError(`entropyTopK must be >= 0, got ${given.entropyTopK}`);
-    }
-    super(head, baLoraTerms(terms, given), {
-      ...(positions === undefined ? {} : { positions }),
-      ...(chunkBytes === undefined ? {} : { chunkBytes }),
-    });
-  }
-}
-
-function baLoraTerms(
-  on: NonNullable<BaLoraOptions['terms']>,
-  given: Readonly<Record<string, unknown>>,
-): Term[] {
-  return [consistency, diversity, svd]
-    .filter(({ key }) => on[key as keyof typeof on] ?? true)
-    .map((definition: TermDefinition) => bind(definition, given));
-}
-
 function countsOf({ supervised, regularizedRows }: SelectedRows): TermCounts {
   return { supervised, regularized: regularizedRows.length };
 }
@@ -537,4 +495,105 @@ function selectedStates(hidden: Tensor, { rows, batchRows }: SelectedRows): Tens
 /** (M, C) of the selected rows -> (S, C) of the regularizers' */
 function regularizedOf(x: Tensor, { regularized, regularizedRows }: SelectedRows): Tensor {
   return regularized === null ? x : indexSelect(x, tensor(regularizedRows, { device: x.device }));
+}
+
+/** Bytes of the tiles of logits where the Gram form is not allowed, unless a limit is given. */
+const kSvdTileBytes = 16 * 2 ** 20;
+/** Copies of a tile, those of its gradient included, over what a tile is counted as: logits in f32 and in f64. */
+const kTileCopies = 2.5;
+const kF64Bytes = 8;
+
+/**
+ * Whether the SVD term may use G = W^T W: the logits must be linear in the hidden states, and the head must not be trained
+ * (its G would change with every step, and its gradient is wanted).
+ */
+export function gramFormAllowed(head: Head): boolean {
+  return !head.weight.requiresGrad && !((head.softcap ?? 0) > 0);
+}
+
+/** The Gram matrix G = W^T W of a frozen head, (C, C) f64, made at the first use and kept until it is disposed of. */
+export class HeadGram {
+  #gram: Tensor | null = null;
+
+  constructor(private readonly head: Tensor) {}
+
+  /** W^T W (C,C) f64, made at the first call. */
+  get(): Tensor {
+    this.#gram ??= unscoped(() => noGrad(() => gram(this.head)));
+    return this.#gram;
+  }
+
+  /** Bytes that it takes from its first use on, and bytes that making it takes once, those of a head's decoded values. */
+  static bytes({ shape, dtype, encoding }: Tensor): { kept: number; making: number } {
+    const [vocabulary, channels] = shape as [number, number];
+    const making = encoding === null ? 0 : DTYPE_BYTES[dtype] * vocabulary * channels;
+    return { kept: kF64Bytes * channels ** 2, making };
+  }
+
+  /** Frees its tensors. */
+  dispose(): void {
+    this.#gram?.dispose();
+    this.#gram = null;
+  }
+}
+
+/** Options of {@link fusedSvdLoss}. */
+export interface SvdTermOptions {
+  /** Number of singular values that are summed. Default 10. */
+  k?: number;
+  /** The denominator. Default `frobenius`. */
+  norm?: 'frobenius' | 'nuclear';
+  /** Limit, in bytes, on the tiles of logits where the Gram form is not allowed; 0 (the default) for 16 MiB. */
+  chunkBytes?: number;
+}
+
+/**
+ * L_SVDR = -(sum of the k largest singular values of the rows' logits) / norm.
+ * @param hidden (M, C)
+ * @returns () f64
+ */
+export function fusedSvdLoss(
+  hidden: Tensor,
+  head: Head,
+  headGram: HeadGram | null,
+  options: SvdTermOptions = {},
+): Tensor {
+  checkKeys('fusedSvdLoss', options, 'k norm chunkBytes');
+  const { k = 10, norm = 'frobenius', chunkBytes = 0 } = options;
+  if (headGram && gramFormAllowed(head)) return svdRatioGram(hidden, headGram.get(), { k, norm });
+  return svdRatio(hidden, head.weight, { k, norm, softcap: head.softcap ?? 0, chunkBytes });
+}
+
+/** f64 matrices of the order of a Gram matrix that exist at one time while all of its eigenvectors are computed, or few of them. */
+const kEigenMatrices = { all: 6, few: 1.5 };
+/**
+ * Columns of a block of the iteration for few eigenvectors, from the number that is wanted, and blocks without which all are computed: as
+ * native/kernels/cpu/linalg/krylov.h and head/svd_ratio.cc have them.
+ */
+const krylovBlock = (k: number): number => 8 * Math.ceil((k + 6) / 8);
+const kLeastBlocks = 8;
+
+/**
+ * Bytes that {@link fusedSvdLoss} takes for M rows beside the head's Gram matrix. With it: H and H G in f64 where all pairs are wanted or M
+ * is small, else H in f64, and in f32 the rest that the pairs leave of it, that times G, and G. By tiles: the sum of dH, and a tile with its
+ * copies in f64.
+ */
+export function svdLossBytes(
+  rows: number,
+  head: Head,
+  { k = 10, norm = 'frobenius', chunkBytes = 0 }: SvdTermOptions = {},
+): number {
+  const [vocabulary, channels] = head.weight.shape as [number, number];
+  const isGram = gramFormAllowed(head);
+  const order = Math.min(rows, isGram ? channels : vocabulary);
+  const isDense = norm === 'nuclear' || kLeastBlocks * krylovBlock(k) > order;
+  const pairs = kEigenMatrices[isDense ? 'all' : 'few'] * kF64Bytes * order ** 2;
+  const states = rows * channels;
+  if (isGram) {
+    if (isDense) return 3 * kF64Bytes * states + pairs;
+    return (kF64Bytes + 2 * DTYPE_BYTES.f32) * states + DTYPE_BYTES.f32 * channels ** 2;
+  }
+  const logitBytes = DTYPE_BYTES.f32 + kF64Bytes;
+  const tile = Math.min(Math.max(chunkBytes, kSvdTileBytes), logitBytes * rows * vocabulary);
+  return (DTYPE_BYTES.f32 + kF64Bytes) * states + pairs + kTileCopies * tile;
 }

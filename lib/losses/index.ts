@@ -1,27 +1,26 @@
 // `balora/losses`: BA-LoRA's losses: the fused form, the same in plain ops, and the schedules of their weights.
 export {
-  EffectiveRank,
-  effectiveRankOf,
-  fusedSvdLoss,
-  type Head as LossHead,
-  HeadGram,
-  type SvdTermOptions,
-} from './fused.ts';
+  type Positions,
+  type RowsOfBatch,
+  type SelectedRows,
+  selectRows,
+} from '../data/select_rows.ts';
+export { BaLoraLoss, type BaLoraOptions, NluLoss, type NluOptions } from './balora.ts';
+export { EffectiveRank, effectiveRankOf } from './effective_rank.ts';
 export {
-  BaLoraLoss,
-  type BaLoraOptions,
+  fusedSvdLoss,
+  HeadGram,
   HeadLoss,
   type HeadLossInput,
   type HeadLossOptions,
   type LossInputs,
+  type SvdTermOptions,
   type TermWeights,
 } from './head_loss.ts';
 export {
   LogitsLoss,
   type LogitsLossInput,
   type LogitsLossOptions,
-  NluLoss,
-  type NluOptions,
   nluTaskLoss,
 } from './logits_loss.ts';
 export {
@@ -42,29 +41,25 @@ export {
   type PlainTerms,
   svdLoss,
 } from './plain.ts';
-export { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
 export {
   type AdaptiveOptions,
   adaptiveConsistencyWeight,
+  type ComputedLoss,
   type ConsistencySchedule,
   consistencyWeightAt,
+  type FusedForm,
+  type Head as LossHead,
   type RegularizerSchedule,
   type RegularizerScheduleOptions,
   regularizerFactorAt,
   type StepOfRun,
-} from './schedules.ts';
-export {
-  type FusedForm,
   TermContext,
   type TermContextInput,
+  type TermCounts,
   type TermNote,
   type TermRows,
-  type WeightContext,
-} from './term.ts';
-export {
-  type ComputedLoss,
-  type TermCounts,
   TermSums,
   type TermValue,
   type TermValues,
-} from './term_sums.ts';
+  type WeightContext,
+} from './term.ts';

@@ -6,35 +6,34 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { add, crossEntropy, mean, mul, reshape, square, stack, sub, zeros } from '../ops/index.ts';
-import { type CallTable, checkCall, kCall, oneOf, wholeNumber } from '../options/call.ts';
+import { type CallTable, checkCall, kCall, oneOf } from '../options/call.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
 import type { TermWeights } from './head_loss.ts';
-import { binaryCrossEntropy, type NluVariant } from './nlu_terms.ts';
-import { checkTemperature, rowsOf } from './plain.ts';
+import { binaryCrossEntropy } from './nlu_terms.ts';
+import { rowsOf } from './plain.ts';
 import { kProblemTypes, type ProblemType } from './problem_type.ts';
-import type { StepOfRun } from './schedules.ts';
 import {
-  bind,
+  type ComputedLoss,
+  kTask,
+  type StepOfRun,
   type Term,
   TermContext,
-  type TermDefinition,
+  type TermCounts,
   type TermNote,
+  type TermValue,
   termValue,
 } from './term.ts';
-import { type ComputedLoss, kTask, type TermCounts, type TermValue } from './term_sums.ts';
-import { classifierConsistency } from './terms/consistency.ts';
-import { classifierDiversity } from './terms/diversity.ts';
-import { classifierSvd } from './terms/svd.ts';
 
 /** Options of {@link LogitsLoss}. */
 export interface LogitsLossOptions {
   /** The meaning of the outputs, and with it the task's loss. Default 'single_label_classification'. */
-  readonly problemType?: ProblemType;
+  readonly problemType?: ProblemType | undefined;
   /** Called once for each way in which a term differs from what was asked for. Default: no warnings. */
-  readonly onWarning?: (note: TermNote) => void;
+  readonly onWarning?: ((note: TermNote) => void) | undefined;
 }
 
-const kTable: CallTable<LogitsLossOptions> = {
+/** The kinds of these options. */
+export const LOGITS_LOSS_TABLE: CallTable<LogitsLossOptions> = {
   problemType: oneOf(kProblemTypes),
   onWarning: kCall.function,
 };
@@ -67,7 +66,7 @@ export class LogitsLoss {
     readonly terms: readonly Term[],
     options: LogitsLossOptions = {},
   ) {
-    checkCall('LogitsLoss', options, kTable);
+    checkCall('LogitsLoss', options, LOGITS_LOSS_TABLE);
     const { problemType = 'single_label_classification', onWarning = () => {} } = options;
     this.problemType = problemType;
     this.#onWarning = onWarning;
@@ -141,53 +140,6 @@ export class LogitsLoss {
       this.#noted.add(note.code);
       this.#onWarning(note);
     }
-  }
-}
-
-/** Options of {@link NluLoss}. */
-export interface NluOptions extends LogitsLossOptions {
-  /** Form of the consistency term. Default 'iclr'. */
-  readonly variant?: NluVariant;
-  /** T of the consistency term. Default 2. */
-  readonly temperature?: number;
-  /** k of the singular values, clamped to min(N, D) - 1. Default 5. */
-  readonly svdTopK?: number;
-  /** Regularizers that are on or off; a term that is off is neither computed nor reported. Default: all on. */
-  readonly terms?: {
-    readonly consistency?: boolean;
-    readonly diversity?: boolean;
-    readonly svd?: boolean;
-  };
-}
-
-/** Forms of the consistency term. */
-export const kNluVariants = ['iclr', '2024'] as const satisfies readonly NluVariant[];
-
-const kNluTable: CallTable<NluOptions> = {
-  ...kTable,
-  variant: oneOf(kNluVariants),
-  temperature: kCall.any,
-  svdTopK: wholeNumber({ least: 1 }),
-  terms: kCall.object,
-};
-
-/** BA-LoRA's loss for classification and regression heads; each call is given the weights. */
-export class NluLoss extends LogitsLoss {
-  constructor(options: NluOptions = {}) {
-    checkCall('NluLoss', options, kNluTable);
-    const { terms = {}, problemType, onWarning, ...given } = options;
-    if (given.temperature !== undefined) checkTemperature('NluLoss', given.temperature);
-    super(
-      [classifierConsistency, classifierDiversity, classifierSvd]
-        .filter(({ key }) => terms[key as keyof typeof terms] ?? true)
-        .map((definition: TermDefinition) =>
-          bind(definition, { ...given }, { task: 'sequence-classification' }),
-        ),
-      {
-        ...(problemType === undefined ? {} : { problemType }),
-        ...(onWarning === undefined ? {} : { onWarning }),
-      },
-    );
   }
 }
 

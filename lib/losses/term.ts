@@ -4,7 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { type HeadLosses, type HeadLossInputs, headLosses, reshape } from '../ops/index.ts';
-import { type CallTable, checkCall, kCall } from '../options/call.ts';
+import { type CallTable, checkCall, checkKeys, kCall } from '../options/call.ts';
 import {
   type Check,
   type DefaultContext,
@@ -13,11 +13,27 @@ import {
   type ResolvedOf,
 } from '../options/option.ts';
 import { shown } from '../shown.ts';
-import { type DType, Tensor } from '../tensor.ts';
-import type { Head } from './fused.ts';
+import { type DType, Tensor, unscoped } from '../tensor.ts';
 import { headLogits } from './plain.ts';
 import type { ProblemType } from './problem_type.ts';
-import type { StepOfRun } from './schedules.ts';
+
+/** A step of a run. */
+export interface StepOfRun {
+  /** From 0. */
+  step: number;
+  /** S. */
+  totalSteps: number;
+}
+
+/** The output head as the losses use it. */
+export interface Head {
+  /** (V, C). */
+  weight: Tensor;
+  /** Logits are softcap * tanh(h W^T / softcap). Default 0: not capped. */
+  softcap?: number;
+  /** (V, C) of the teacher, where it has a head of its own. */
+  teacherWeight?: Tensor | null;
+}
 
 /**
  * The rows over which a term is a mean: those of the task's loss, or those of the regularizers (see `positions`). A classifier
@@ -314,4 +330,232 @@ function ofHead(
   const logits = headLogits(states, weight, { softcap });
   // In f32, so that a term's own ops do not round each result to half precision.
   return logits.dtype === 'bf16' || logits.dtype === 'f16' ? logits.to('f32') : logits;
+}
+
+/** Schedule of the weight of the consistency term. */
+export type ConsistencySchedule = 'constant' | 'cosine' | 'adaptive';
+/** Schedule of the weights of diversity and SVD. */
+export type RegularizerSchedule = 'constant' | 'two_phase' | 'linear_warmup' | 'quadratic_warmup';
+
+/**
+ * The weight l1 at a step. `constant`: l1. `cosine`: from l1 down to a tenth of it, .1 l1 + .9 l1 (1 + cos(pi s/S))/2. `adaptive`
+ * depends on the teacher and not on the step, see adaptiveConsistencyWeight.
+ */
+export function consistencyWeightAt(
+  schedule: Exclude<ConsistencySchedule, 'adaptive'>,
+  weight: number,
+  { step, totalSteps }: StepOfRun,
+): number {
+  checkStep(step, totalSteps);
+  if (schedule === 'constant') return weight;
+  const progress = totalSteps > 0 ? step / totalSteps : 0;
+  return 0.1 * weight + (0.9 * weight * (1 + Math.cos(Math.PI * progress))) / 2;
+}
+
+/** Bounds of the `adaptive` schedule. */
+export interface AdaptiveOptions {
+  /** l1, from which the defaults of the bounds come. */
+  weight: number;
+  /** Default, and null: .1 l1. */
+  min?: number | null;
+  /** Default, and null: l1. */
+  max?: number | null;
+}
+
+/** The bounds with their defaults filled in. */
+export function adaptiveBounds({ weight, min, max }: AdaptiveOptions): {
+  min: number;
+  max: number;
+} {
+  return { min: min ?? 0.1 * weight, max: max ?? weight };
+}
+
+/**
+ * The weight l1 of the adaptive schedule, which is larger for a confident teacher. It is
+ *
+ *     l1 = min + (max - min) c, c = 1 - clamp(meanEntropy / ln V, 0, 1).
+ *
+ * @param meanEntropy of the teacher's distribution at temperature T, over the selected rows, in nats
+ * @param vocabulary V; V = 1 gives c = 1
+ */
+export function adaptiveConsistencyWeight(
+  meanEntropy: number,
+  vocabulary: number,
+  options: AdaptiveOptions,
+): number {
+  checkKeys('adaptiveConsistencyWeight', options, 'weight min max');
+  return adaptiveWeight(meanEntropy, Math.log(vocabulary), options);
+}
+
+/** The weight of adaptiveConsistencyWeight() for an entropy of at most `most` nats, which is ln V there; 0 gives c = 1. */
+function adaptiveWeight(meanEntropy: number, most: number, options: AdaptiveOptions): number {
+  const { min, max } = adaptiveBounds(options);
+  const share = most > 0 ? meanEntropy / most : 0;
+  const confidence = 1 - Math.min(Math.max(share, 0), 1);
+  return min + (max - min) * confidence;
+}
+
+/** The weight of the consistency term, by a schedule. */
+export function consistencySchedule(
+  schedule: ConsistencySchedule,
+  options: AdaptiveOptions,
+): Term['weightAt'] {
+  if (schedule === 'adaptive') {
+    return ({ teacherEntropy }) => adaptiveWeight(teacherEntropy ?? 0, 1, options);
+  }
+  return (at) => consistencyWeightAt(schedule, options.weight, at);
+}
+
+/** Settings of the schedules of diversity and SVD. */
+export interface RegularizerScheduleOptions {
+  /** Share w of the run before the ramp of two_phase. Default .2. */
+  warmupRatio?: number;
+  /** Share r of the run in which two_phase rises. Default .05. */
+  rampRatio?: number;
+  /** Number w of steps in which linear_warmup and quadratic_warmup rise; 0 gives 1 at once. Default 0. */
+  warmupSteps?: number;
+  /** Whether to round two_phase's boundaries to whole steps, as in the published code. Default false. */
+  integerSteps?: boolean;
+}
+
+/**
+ * The factor of l2 and l3 at a step, from 0 to 1. two_phase: clamp((s - w S)/(r S), 0, 1); linear_warmup: min(1, s/w);
+ * quadratic_warmup: the square of that.
+ */
+export function regularizerFactorAt(
+  schedule: RegularizerSchedule,
+  { step, totalSteps }: StepOfRun,
+  options: RegularizerScheduleOptions = {},
+): number {
+  checkKeys('regularizerFactorAt', options, 'warmupRatio rampRatio warmupSteps integerSteps');
+  const { warmupRatio = 0.2, rampRatio = 0.05, warmupSteps = 0, integerSteps = false } = options;
+  checkStep(step, totalSteps);
+  switch (schedule) {
+    case 'constant':
+      return 1;
+    case 'two_phase': {
+      const start = integerSteps ? Math.trunc(warmupRatio * totalSteps) : warmupRatio * totalSteps;
+      const ramp = integerSteps
+        ? Math.max(Math.trunc(rampRatio * totalSteps), 1)
+        : rampRatio * totalSteps;
+      if (ramp === 0) return step >= start ? 1 : 0;
+      return Math.min(Math.max((step - start) / ramp, 0), 1);
+    }
+    case 'linear_warmup':
+      return warmupSteps > 0 ? Math.min(1, step / warmupSteps) : 1;
+    case 'quadratic_warmup':
+      return warmupSteps > 0 ? Math.min(1, step / warmupSteps) ** 2 : 1;
+  }
+}
+
+/** The weight of diversity or SVD, by a schedule. */
+export function growingSchedule(
+  schedule: RegularizerSchedule,
+  weight: number,
+  options: RegularizerScheduleOptions,
+): Term['weightAt'] {
+  return (at) => weight * regularizerFactorAt(schedule, at, options);
+}
+
+function checkStep(step: number, totalSteps: number): void {
+  if (!(step >= 0) || !(totalSteps >= 0)) {
+    throw new ArgumentError(
+      `schedule: step and totalSteps must be >= 0, got ${step} of ${totalSteps}`,
+    );
+  }
+}
+
+/** Rows of a micro-batch, or of a whole window, by the kind of term that reads them. */
+export type TermCounts = Readonly<Record<TermRows, number>>;
+
+/** The value of a term in one micro-batch, as an element of a tensor. */
+export interface TermValue {
+  readonly key: string;
+  readonly tensor: Tensor;
+  /** Its index in the tensor. */
+  readonly index: number;
+  /** The factor that makes the number the sum of the term over its rows; null: the number is the mean over its rows. */
+  readonly toSum: number | null;
+}
+
+/** The loss of one micro-batch, enqueued and not read back. */
+export interface ComputedLoss {
+  /** The micro-batch's share of the step's loss, a scalar on the tape; null where it has no row of any kind. */
+  readonly loss: Tensor | null;
+  readonly values: readonly TermValue[];
+  readonly counts: TermCounts;
+}
+
+/** Mean values of the terms over a window; null: undefined in every micro-batch. */
+export type TermValues = { task: number } & Record<string, number | null>;
+
+/** The key of the task's own loss. */
+export const kTask = 'task';
+
+/** The values of a loss's terms in micro-batches of a window, or in a part of them; {@link TermSums.read} gives their means over the window. */
+export class TermSums {
+  readonly #rows = new Map<string, TermRows>([[kTask, 'supervised']]);
+  #microBatches: Pick<ComputedLoss, 'values' | 'counts'>[] = [];
+
+  constructor(terms: readonly Pick<Term, 'key' | 'rows'>[]) {
+    for (const { key, rows } of terms) this.#rows.set(key, rows);
+  }
+
+  /** Adds a micro-batch. A value of another key than those of the terms is a mean over the supervised rows. */
+  add({ values, counts }: Pick<ComputedLoss, 'values' | 'counts'>): void {
+    const kept = new Map<Tensor, Tensor>();
+    const keep = (tensor: Tensor): Tensor => {
+      const found = kept.get(tensor) ?? unscoped(() => tensor.detach());
+      kept.set(tensor, found);
+      return found;
+    };
+    const held = values.map((value) => ({ ...value, tensor: keep(value.tensor) }));
+    for (const { key } of values) if (!this.#rows.has(key)) this.#rows.set(key, 'supervised');
+    this.#microBatches.push({ values: held, counts });
+  }
+
+  /** Moves everything of another part of the window here. */
+  merge(other: TermSums): void {
+    for (const [key, rows] of other.#rows) this.#rows.set(key, rows);
+    this.#microBatches.push(...other.#microBatches.splice(0));
+  }
+
+  /**
+   * Waits for the values, and frees what was kept.
+   * @param totals rows of the whole window, some of which may be in parts that are added elsewhere
+   */
+  async read(totals: TermCounts): Promise<TermValues> {
+    // A value that is a sum is divided by its rows once, at the end.
+    const found = new Map<string, { sum: number; factor: number }>();
+    for (const { values, counts } of this.#microBatches) {
+      const numbers = new Map<Tensor, ArrayLike<number>>();
+      for (const { key, tensor, index, toSum } of values) {
+        const data = numbers.get(tensor) ?? ((await tensor.data()) as Float64Array);
+        numbers.set(tensor, data);
+        const rows = this.#rows.get(key) as TermRows;
+        const share = toSum === null ? perRow(counts[rows], totals[rows]) : 1;
+        const factor = toSum === null ? 1 : perRow(toSum, totals[rows]);
+        const sum = (found.get(key)?.sum ?? 0) + Number(data[index]) * share;
+        found.set(key, { sum, factor });
+      }
+    }
+    const result: Record<string, number | null> = {};
+    for (const key of this.#rows.keys()) {
+      const value = found.get(key);
+      result[key] = value === undefined ? null : value.sum * value.factor;
+    }
+    this.dispose();
+    return { ...result, task: result[kTask] ?? 0 };
+  }
+
+  /** Frees what was kept without reading it. */
+  dispose(): void {
+    for (const { values } of this.#microBatches) for (const { tensor } of values) tensor.dispose();
+    this.#microBatches = [];
+  }
+}
+
+/** The factor weight / rows; 0 without rows, since a window without rows of a kind has no such term. */
+export function perRow(weight: number, rows: number): number {
+  return rows > 0 ? weight / rows : 0;
 }

@@ -1,25 +1,10 @@
 /** The causal language model task: each row predicts the next token id. */
 import type { Batch } from '../data/collate.ts';
 import { CausalLM } from '../models/index.ts';
-import { headObstacle } from './head_obstacle.ts';
-import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
-import { takeSequences } from './teacher_part.ts';
-
-const kind: LanguageModelKind<Batch> = {
-  rowsOf: (batch) => batch,
-  tokensOf: realRows,
-  sequencesOf: ({ inputIds, positions, cuSeqlens, lengths }) =>
-    Array.from({ length: cuSeqlens.length - 1 }, (_, b) => {
-      const [begin, end] = [cuSeqlens[b] as number, cuSeqlens[b + 1] as number];
-      const real = lengths ? begin + (lengths[b] as number) : end;
-      const ids = inputIds.subarray(begin, real);
-      return { ids, positions: positions.subarray(begin, real), begin, end };
-    }),
-  take: takeSequences,
-};
+import { headObstacle, languageModelTask, SEGMENT_KIND } from './language_model.ts';
 
 /** The task for `--task causal-lm`. */
-export const causalLm = languageModelTask<CausalLM, Batch>('causal-lm', kind, {
+export const causalLm = languageModelTask<CausalLM, Batch>('causal-lm', SEGMENT_KIND, {
   supports: (model) => model instanceof CausalLM,
   graphObstacle: null,
   cacheObstacle: ({ tuned, data }) => {

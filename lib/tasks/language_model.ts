@@ -4,19 +4,17 @@
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
-import { evaluate } from '../eval/evaluate.ts';
-import type { NamedTensors } from '../graph.ts';
-import { EffectiveRank } from '../losses/fused.ts';
-import { HeadLoss, type LossInputs, type TeacherPart } from '../losses/head_loss.ts';
 import {
   type Positions,
   type RowsOfBatch,
   type SelectedRows,
   selectRows,
-} from '../losses/positions.ts';
-import type { StepOfRun } from '../losses/schedules.ts';
-import type { Term } from '../losses/term.ts';
-import type { ComputedLoss } from '../losses/term_sums.ts';
+} from '../data/select_rows.ts';
+import { evaluate } from '../eval/evaluate.ts';
+import type { NamedTensors } from '../graph.ts';
+import { EffectiveRank } from '../losses/effective_rank.ts';
+import { HeadLoss, type LossInputs, type TeacherPart } from '../losses/head_loss.ts';
+import type { ComputedLoss, StepOfRun, Term } from '../losses/term.ts';
 import { kLanguageModelTerms } from '../losses/terms/list.ts';
 import type { CausalLM, ForwardOptions, Head, Model, Seq2SeqLM } from '../models/index.ts';
 import type { ModelInputs } from '../models/model.ts';
@@ -38,7 +36,7 @@ import type {
   TaskName,
 } from './task.ts';
 import { type CachedSequence, TeacherCache } from './teacher_cache.ts';
-import { drawnSequences, partRows } from './teacher_part.ts';
+import { drawnSequences, partRows, takeSequences } from './teacher_part.ts';
 
 /** A model with a head over its vocabulary; B is the type of the batches that its forward pass takes. */
 export interface HeadModel<B> extends Model {
@@ -59,6 +57,20 @@ export interface LanguageModelKind<B> {
   /** Some of the sequences of a batch, as a batch. */
   take(batch: B, sequences: readonly number[]): B;
 }
+
+/** The kind of causal language models: each row of a segment predicts the next id. */
+export const SEGMENT_KIND: LanguageModelKind<Batch> = {
+  rowsOf: (batch) => batch,
+  tokensOf: realRows,
+  sequencesOf: ({ inputIds, positions, cuSeqlens, lengths }) =>
+    Array.from({ length: cuSeqlens.length - 1 }, (_, b) => {
+      const [begin, end] = [cuSeqlens[b] as number, cuSeqlens[b + 1] as number];
+      const real = lengths ? begin + (lengths[b] as number) : end;
+      const ids = inputIds.subarray(begin, real);
+      return { ids, positions: positions.subarray(begin, real), begin, end };
+    }),
+  take: takeSequences,
+};
 
 /** Options of language models, in addition to those of their loss terms. */
 export const languageModelOptions = {
@@ -105,6 +117,21 @@ export function teacherHead<B>(tuned: TunedModel<HeadModel<B>>): Tensor | null {
   if (!tuned.hasTeacher) return null;
   const { weight } = tuned.withTeacher((teacher) => teacher.head);
   return weight === tuned.model.head.weight ? null : weight;
+}
+
+/**
+ * The reason why the teacher cannot be cached with this model's head; null if it can. The cache keeps the mean of the head's rows under the
+ * teacher's distribution, which is sufficient only for a fixed linear head.
+ */
+export function headObstacle({
+  model,
+  trainsHead,
+}: Pick<TunedModel<Model & { readonly head: Head }>, 'model' | 'trainsHead'>): string | null {
+  if (trainsHead) return 'the head is trained, but must be frozen';
+  if (model.head.softcap > 0) {
+    return `the logits of this ${model.modelType} model are soft-capped, but must be linear`;
+  }
+  return null;
 }
 
 /** The teacher's hidden states, (N,C), or (M,C) where M rows are requested; with the products that are computed in int8. */

@@ -1,8 +1,12 @@
 /** The encoder-decoder task: the rows of the decoder predict the target, given the source. */
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import { Seq2SeqLM } from '../models/index.ts';
-import { headObstacle } from './head_obstacle.ts';
-import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
+import {
+  headObstacle,
+  type LanguageModelKind,
+  languageModelTask,
+  realRows,
+} from './language_model.ts';
 import { takeSequences } from './teacher_part.ts';
 
 /** Separates the source ids from the target ids where the teacher cache identifies a sequence; no id is negative. */

@@ -5,12 +5,17 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { BatchSource } from '../data/batch_source.ts';
 import type { MetricName } from '../data/glue.ts';
+import type { SelectedRows } from '../data/select_rows.ts';
 import type { EvaluateOptions, Evaluation } from '../eval/types.ts';
 import type { NamedTensors } from '../graph.ts';
-import type { SelectedRows } from '../losses/positions.ts';
-import type { StepOfRun } from '../losses/schedules.ts';
-import type { Term, TermDefinition, TermNote } from '../losses/term.ts';
-import type { ComputedLoss, TermCounts } from '../losses/term_sums.ts';
+import type {
+  ComputedLoss,
+  StepOfRun,
+  Term,
+  TermCounts,
+  TermDefinition,
+  TermNote,
+} from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import type { OptionTable } from '../options/option.ts';
 import type { Int8Products } from '../runtime.ts';

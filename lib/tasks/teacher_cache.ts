@@ -25,10 +25,10 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
+import type { SelectedRows } from '../data/select_rows.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { diskError, kNoLink, writtenLink } from '../io/files.ts';
 import { requireRegular } from '../io/regular_file.ts';
-import type { SelectedRows } from '../losses/positions.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { shown } from '../shown.ts';
 import { noGrad, tensor, unscoped } from '../tensor.ts';

@@ -3,7 +3,7 @@
  * part with probability f, and their divergence counts 1/f. So the expected gradient is that of the teacher on all of them.
  */
 import { randomWords } from '../data/philox.ts';
-import type { SelectedRows } from '../losses/positions.ts';
+import type { SelectedRows } from '../data/select_rows.ts';
 
 /** Counter word that separates these draws from other uses of a seed ("tchr"). */
 const kStream = 0x74636872;

@@ -17,7 +17,7 @@ import type {
 } from '../adapters/methods/method.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
-import type { ComputedLoss } from '../losses/term_sums.ts';
+import type { ComputedLoss } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import {

@@ -4,7 +4,7 @@ import { startOnDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import type { NamedTensors } from '../graph.ts';
 import type { Term } from '../losses/term.ts';
-import { type ComputedLoss, kTask } from '../losses/term_sums.ts';
+import { type ComputedLoss, kTask } from '../losses/term.ts';
 import { mul } from '../ops/index.ts';
 import { withInt8Products } from '../runtime.ts';
 import { shown } from '../shown.ts';

@@ -7,7 +7,7 @@ import { copyOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { NamedTensors } from '../graph.ts';
 import { GraphCache, shapesOf } from '../graph_cache.ts';
-import type { ComputedLoss, TermSums } from '../losses/term_sums.ts';
+import type { ComputedLoss, TermSums } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import { withPhase } from '../runtime.ts';
 import type { Inputs, Objective } from '../tasks/task.ts';

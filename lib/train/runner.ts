@@ -4,9 +4,8 @@
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { NamedTensors } from '../graph.ts';
-import type { StepOfRun } from '../losses/schedules.ts';
-import type { Term, TermNote } from '../losses/term.ts';
-import { TermSums } from '../losses/term_sums.ts';
+import type { StepOfRun, Term, TermNote } from '../losses/term.ts';
+import { TermSums } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import { synchronize, withPhase, yieldToEventLoop } from '../runtime.ts';
 import { taskOf } from '../tasks/list.ts';

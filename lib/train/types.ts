@@ -6,7 +6,7 @@ import type { NamedTensor } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import type { MetricName } from '../data/glue.ts';
 import type { Evaluation } from '../eval/types.ts';
-import type { StepOfRun } from '../losses/schedules.ts';
+import type { StepOfRun } from '../losses/term.ts';
 import type { InputOf } from '../options/option.ts';
 import type { Tensor } from '../tensor.ts';
 import type { BatchPlan } from './memory_plan.ts';

@@ -7,7 +7,7 @@ import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { Batches, type BatchOptions } from '../../lib/data/batches.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
-import type { Positions } from '../../lib/losses/positions.ts';
+import type { Positions } from '../../lib/data/select_rows.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { causalLm } from '../../lib/tasks/causal_lm.ts';
 import type { RegularizerOptions } from '../../lib/train/regularizers.ts';

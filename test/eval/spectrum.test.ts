@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { participationRatioOf, stableRankOf } from '../../lib/eval/spectrum.ts';
-import { effectiveRankOf } from '../../lib/losses/fused.ts';
+import { effectiveRankOf } from '../../lib/losses/effective_rank.ts';
 import { singularValues } from '../../lib/ops/index.ts';
 import { scope, tensor } from '../../lib/tensor.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';

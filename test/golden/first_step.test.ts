@@ -5,7 +5,7 @@
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
+import { BaLoraLoss } from '../../lib/losses/balora.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { teacherHead, teacherStates } from '../../lib/tasks/language_model.ts';
 import { scope, type Tensor } from '../../lib/tensor.ts';

@@ -4,8 +4,7 @@
  */
 import { describe, expect, it } from 'vitest';
 import { ArgumentError, UnsupportedError } from '../../lib/errors.ts';
-import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
-import { NluLoss } from '../../lib/losses/logits_loss.ts';
+import { BaLoraLoss, NluLoss } from '../../lib/losses/balora.ts';
 import { nluConsistencyLoss } from '../../lib/losses/nlu_terms.ts';
 import { consistencyLoss } from '../../lib/losses/plain.ts';
 import { headLosses, mul, teacherSummary } from '../../lib/ops/index.ts';

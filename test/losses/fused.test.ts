@@ -1,14 +1,9 @@
 // The fused losses against the plain ones on random inputs, in every dtype; gradcheck; evaluation; bad arguments; memory.
 import { describe, expect, it } from 'vitest';
 import { UnsupportedError } from '../../lib/errors.ts';
-import {
-  EffectiveRank,
-  effectiveRankOf,
-  evaluationRows,
-  gramFormAllowed,
-  HeadGram,
-} from '../../lib/losses/fused.ts';
-import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
+import { BaLoraLoss } from '../../lib/losses/balora.ts';
+import { EffectiveRank, effectiveRankOf } from '../../lib/losses/effective_rank.ts';
+import { gramFormAllowed, HeadGram } from '../../lib/losses/head_loss.ts';
 import { baLoraPlainLoss, headLogits } from '../../lib/losses/plain.ts';
 import { native } from '../../lib/native.ts';
 import {
@@ -299,7 +294,7 @@ describe('evaluation', () => {
     const teacher = randomTensor([rows, 5], { seed: 2 });
     const weight = randomTensor([vocabulary, 5], { seed: 3 });
     const targets = Int32Array.of(2, -100, 8, 0);
-    const found = valuesOf(evaluationRows(hidden, teacher, tensor(targets), { weight }));
+    const found = valuesOf(headRows({ hidden, teacher, targets: tensor(targets), head: weight }));
     const distribution = (h: Tensor) => {
       const z = valuesOf(headLogits(h, weight));
       return Array.from({ length: rows }, (_, n) => {

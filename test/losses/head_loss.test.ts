@@ -1,7 +1,7 @@
 // BaLoraLoss (fused) against every golden case of heads, accumulation and positions, in f64 and f32.
 import { describe, expect, it } from 'vitest';
-import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
-import { type TermCounts, TermSums } from '../../lib/losses/term_sums.ts';
+import { BaLoraLoss } from '../../lib/losses/balora.ts';
+import { type TermCounts, TermSums } from '../../lib/losses/term.ts';
 import { indexSelect } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenTensor } from '../support/fixtures.ts';

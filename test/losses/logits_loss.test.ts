@@ -1,7 +1,8 @@
 // The regularizers of classification heads: values and gradients of every golden case, in f64 and f32; and NluLoss around them:
 // accumulation over a window, the clamp and its warning, heads with one output.
 import { describe, expect, it } from 'vitest';
-import { NluLoss, nluTaskLoss } from '../../lib/losses/logits_loss.ts';
+import { NluLoss } from '../../lib/losses/balora.ts';
+import { nluTaskLoss } from '../../lib/losses/logits_loss.ts';
 import {
   binaryCrossEntropy,
   nluConsistencyLoss,
@@ -10,7 +11,7 @@ import {
   teacherEntropyRows,
 } from '../../lib/losses/nlu_terms.ts';
 import type { TermNote } from '../../lib/losses/term.ts';
-import { TermSums } from '../../lib/losses/term_sums.ts';
+import { TermSums } from '../../lib/losses/term.ts';
 import { slice } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenTensor } from '../support/fixtures.ts';

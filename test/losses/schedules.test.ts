@@ -1,12 +1,12 @@
 // The schedules of the regularizers against the golden tables, to the last bits of double precision.
 import { describe, expect, it } from 'vitest';
-import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
+import { BaLoraLoss } from '../../lib/losses/balora.ts';
 import {
   adaptiveConsistencyWeight,
   consistencyWeightAt,
   type RegularizerSchedule,
   regularizerFactorAt,
-} from '../../lib/losses/schedules.ts';
+} from '../../lib/losses/term.ts';
 import { fixturePath, goldenTensor, readJson } from '../support/fixtures.ts';
 import { goldenArrays } from '../support/golden.ts';
 import { identity } from '../support/golden_losses.ts';

@@ -1,6 +1,6 @@
 /** Golden batches (ids, mask and unshifted labels, padded on the right) as micro-batches of the library. */
 import type { Batch } from '../../lib/data/collate.ts';
-import type { Positions } from '../../lib/losses/positions.ts';
+import type { Positions } from '../../lib/data/select_rows.ts';
 import { causalLm } from '../../lib/tasks/causal_lm.ts';
 import type { Window } from '../../lib/train/window.ts';
 import { type GoldenArray, goldenArray } from './golden.ts';

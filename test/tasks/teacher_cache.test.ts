@@ -14,7 +14,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { ArgumentError, UnsupportedError } from '../../lib/errors.ts';
-import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
+import { BaLoraLoss } from '../../lib/losses/balora.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
 import { type CachedSequence, TeacherCache } from '../../lib/tasks/teacher_cache.ts';

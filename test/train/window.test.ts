@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import type { Positions } from '../../lib/losses/positions.ts';
+import type { Positions } from '../../lib/data/select_rows.ts';
 import { causalLm } from '../../lib/tasks/causal_lm.ts';
 import type { Batch, BatchSource } from '../../lib/train/types.ts';
 import { countSteps, WindowReader } from '../../lib/train/window.ts';

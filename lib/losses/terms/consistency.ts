@@ -4,8 +4,13 @@ import type { Check, ResolvedOf } from '../../options/option.ts';
 import { is } from '../../options/requirements.ts';
 import { nluConsistencyLoss } from '../nlu_terms.ts';
 import { consistencyLoss, kGreatestTemperature } from '../plain.ts';
-import { adaptiveBounds, adaptiveWeightOfEntropy, consistencyWeightAt } from '../schedules.ts';
-import type { Term, TermDefinition, WeightContext } from '../term.ts';
+import {
+  type AdaptiveOptions,
+  adaptiveBounds,
+  consistencySchedule,
+  type Term,
+  type TermDefinition,
+} from '../term.ts';
 
 const kAdaptive = is('consistencySchedule', 'adaptive');
 
@@ -89,9 +94,12 @@ const checks: readonly Check<Options>[] = [
       `${name('consistencyWeight')} > 0`,
   },
   {
-    when: (given) => firstBound(given) !== undefined && bounds(given).min > bounds(given).max,
+    when: (given) => {
+      const { min, max } = adaptiveBounds(limits(given));
+      return firstBound(given) !== undefined && min > max;
+    },
     message: (given, name) => {
-      const { min, max } = bounds(given);
+      const { min, max } = adaptiveBounds(limits(given));
       return `${name('consistencyWeightMin')} (${min}) must not be above ${name('consistencyWeightMax')} (${max})`;
     },
   },
@@ -140,22 +148,11 @@ function common(
     rows: 'regularized',
     teacher: true,
     readsTeacherEntropy: given.consistencySchedule === 'adaptive',
-    weightAt: (at) => weightAt(given, at),
+    weightAt: consistencySchedule(given.consistencySchedule, limits(given)),
   };
 }
 
-function weightAt(given: Options, at: WeightContext): number {
-  const { consistencySchedule: schedule, consistencyWeight: weight } = given;
-  if (weight === 0) return 0;
-  if (schedule !== 'adaptive') return consistencyWeightAt(schedule, weight, at);
-  return adaptiveWeightOfEntropy(at.teacherEntropy ?? 0, 1, { weight, ...bounds(given) });
-}
-
-function bounds(given: Options): { min: number; max: number } {
+function limits(given: Options): AdaptiveOptions {
   const { consistencyWeight, consistencyWeightMin, consistencyWeightMax } = given;
-  return adaptiveBounds({
-    weight: consistencyWeight,
-    min: consistencyWeightMin,
-    max: consistencyWeightMax,
-  });
+  return { weight: consistencyWeight, min: consistencyWeightMin, max: consistencyWeightMax };
 }

@@ -2,8 +2,7 @@
 import { choice, number, whole } from '../../options/kinds.ts';
 import type { ResolvedOf } from '../../options/option.ts';
 import { is } from '../../options/requirements.ts';
-import { regularizerFactorAt, type StepOfRun } from '../schedules.ts';
-import type { Term } from '../term.ts';
+import { growingSchedule, type Term } from '../term.ts';
 
 const kTwoPhase = is('regularizerSchedule', 'two_phase');
 
@@ -46,15 +45,10 @@ export function growingTerm(
 ): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt'> {
   return {
     ...{ key, rows: 'regularized', teacher: false },
-    weightAt: (at) => weight * growthAt(options, at),
+    weightAt: growingSchedule(options.regularizerSchedule, weight, {
+      warmupRatio: options.regularizerWarmupRatio,
+      rampRatio: options.regularizerRampRatio,
+      warmupSteps: options.regularizerWarmupSteps,
+    }),
   };
-}
-
-/** The factor of the weight at a step, from 0 to 1. */
-function growthAt(options: ResolvedOf<typeof growthOptions>, at: StepOfRun): number {
-  return regularizerFactorAt(options.regularizerSchedule, at, {
-    warmupRatio: options.regularizerWarmupRatio,
-    rampRatio: options.regularizerRampRatio,
-    warmupSteps: options.regularizerWarmupSteps,
-  });
 }
