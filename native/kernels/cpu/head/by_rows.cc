@@ -24,8 +24,7 @@ constexpr int64_t kChunkBytes = int64_t{100} << 20;
 // Half as many where W is not packed, but widened or decoded, which takes a small part of the time.
 constexpr int64_t kWidenedChunkBytes = int64_t{50} << 20;
 
-// Rows by chunks, each row's logits beside each other. A live teacher has the second of
-// two products.
+// Rows by chunks, each row's logits beside each other; a live teacher has the second product.
 template <typename A>
 struct LogitsByRows {
   Context* ctx;
@@ -64,7 +63,6 @@ struct LogitsByRows {
   }
 };
 
-// The way for all operands.
 template <typename A>
 void run_by_rows(Context* ctx, const balora_head_losses& o) {
   const HeadCall call(ctx, o);

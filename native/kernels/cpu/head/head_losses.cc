@@ -3,12 +3,9 @@
 // mean of the head's rows, mu = sum_j q_j w_j, and q's entropy. Then
 // KL(q || p) = lse(z/T) - h mu / T - H(q), and mu leaves dH as it came into h mu.
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/head/head.h"
-#include "kernels/cpu/head/head_products.h"
-#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/implementation.h"
